@@ -9,6 +9,7 @@ import click
 from ingest.cli import _options as options
 from ingest.cli._base import FAILED, CommandGroup, config_option, exit_with, load_config
 from ingest.cli._tables import ListLayout, format_local_time, print_line, print_list
+from ingest.cli._user import load_config_as_owner
 
 if TYPE_CHECKING:
     from ingest.operations.webhooks import WebhookEvent, WebhookOverview
@@ -34,7 +35,7 @@ def test(path: Path, name: str | None, as_json: bool) -> None:
     """
     from ingest.operations.webhooks import send_test_events
 
-    results = send_test_events(load_config(path), name)
+    results = send_test_events(load_config_as_owner(path), name)
     if as_json:
         print_line(json.dumps([result.to_json() for result in results]))
     else:
@@ -94,7 +95,7 @@ def replay(path: Path, name: str, event_ids: tuple[str, ...], as_json: bool) -> 
     """
     from ingest.operations.webhooks import replay_dead_events
 
-    count = replay_dead_events(load_config(path), name, event_ids or None)
+    count = replay_dead_events(load_config_as_owner(path), name, event_ids or None)
     print_line(json.dumps({"replayed": count}) if as_json else f"{count} events wait again")
 
 

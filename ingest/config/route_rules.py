@@ -125,8 +125,12 @@ def _check_closure(key: str, hours: Hours, destination: Destination) -> Iterator
 
 def _check_common_time(key: str, route: Route, config: Config) -> Iterator[Fault]:
     """Yield a fault for hours of a route in which a destination is never sent to."""
+    names = set(route.to)
+    names |= {name for group in config.groups if group.name in names for name in group.members}
+    if SENDER in names:
+        names |= {peer.destination for peer in config.peers}
     for destination in config.destinations:
-        if not route.hours or destination.name not in route.to:
+        if not route.hours or destination.name not in names:
             continue
         try:
             own = parse_hours(route.hours, route.time_zone)

@@ -44,7 +44,7 @@ from ingest.ledger.row_values import clean_value
 from ingest.ledger.schema import FIRST_DUE, SUSPECT, deliveries, instances
 from ingest.ledger.throughput import count_delivered
 from ingest.ledger.transfer_notes import note_sent
-from ingest.ledger.variants import IS_VARIED, drop_superseded, select_leasable
+from ingest.ledger.variants import DEFER_MILLISECONDS, IS_VARIED, drop_superseded, select_leasable
 
 WINDOW: Final = 512
 """How many due rows a lease examines to find series that no other worker has leased."""
@@ -114,7 +114,14 @@ _BEHIND: Final = _for_lease(
 _FOUND: Final = (
     select(*_COLUMNS)
     .join(instances, instances.c.id == deliveries.c.instance_id)
-    .where(deliveries.c.id.in_(bindparam("ids", expanding=True)))
+    .where(
+        deliveries.c.id.in_(bindparam("ids", expanding=True)),
+        # Another process may have dropped them since they were found.
+        deliveries.c.destination == bindparam("of"),
+        deliveries.c.state == bindparam("in_state"),
+        deliveries.c.next_at <= bindparam("now"),
+        deliveries.c.suspect_since == 0,
+    )
     .with_for_update(skip_locked=True, of=deliveries)
 )
 _FIRST_BEHIND: Final = (
@@ -589,8 +596,9 @@ class Deliveries:
             are_busy = connection.execute(_LEASED_BY_OTHERS, parameters).first() is not None
             by = unix_ms - patience_ms if are_busy else unix_ms
             mine = None if group is None else MemberRows(connection, group, unix_ms)
+            at_most = SUSPECTS_EXAMINED if mine is None else WINDOW
             rows = self._select_rows(
-                connection, _SUSPECTS, "", SUSPECTS_EXAMINED, {**parameters, "now": by}, set(), mine
+                connection, _SUSPECTS, "", at_most, {**parameters, "now": by}, set(), mine
             )
             rows.sort(key=lambda row: (row["breaks"], row["instance_id"]))
             found = _lease_rows(connection, rows[:1], parameters, unix_ms + lease_ms, group)
@@ -770,7 +778,8 @@ class Deliveries:
                 found += [row for row in waiting.mappings() if row["created_at"] < before_ms]
             found += connection.execute(_OLD_RETRIES, parameters).mappings()
             if group is not None:
-                found = MemberRows(connection, group, unix_ms).keep(found)
+                # Studies that another member may get do not expire because this one cannot be reached.
+                found = MemberRows(connection, group, unix_ms, without=group.name).keep(found)
             ids = [row["id"] for row in found]
             if ids:
                 connection.execute(_EXPIRE, {"ids": ids, "error": reason, "now": unix_ms})
@@ -793,14 +802,20 @@ class Deliveries:
         mine = None if group is None else MemberRows(connection, group, parameters["now"])
         busy = set(connection.execute(_BUSY_SERIES, parameters).scalars())
         window = WINDOW if busy or workers > 1 else limit
-        found = {
-            state: self._select_rows(connection, _DUE, state, window, parameters, busy, mine)
-            for state in _OPEN
-        }
-        if group is not None and mine is not None and not any(found.values()):
-            found |= self._search_rows(connection, group, mine, parameters, limit, busy)
+        found, full = {}, set()
+        for state in _OPEN:
+            found[state], is_full = self._read_rows(connection, _DUE, state, window, parameters, busy, mine)
+            if is_full:
+                full.add(state)
+        hidden = [state for state in _OPEN if state in full and not found[state]]
+        if group is not None and mine is not None and hidden:
+            # Rows of other members fill the window.
+            found |= self._search_rows(connection, group, mine, hidden, parameters, limit, busy)
+            workers = 1  # a row that is left now would be found only after later ones of its series
         waiting = found[DeliveryState.WAITING.value]
-        if busy or len(waiting) >= window:
+        # A search has looked at all priorities.
+        is_searched = mine is not None and DeliveryState.WAITING.value in hidden
+        if (busy or DeliveryState.WAITING.value in full) and not is_searched:
             waiting += self._select_behind(connection, waiting, parameters, busy, mine)
         # Rows with an ended lease belong to a worker that died. At the first time they keep their position,
         # later they count as retries.
@@ -816,6 +831,7 @@ class Deliveries:
         connection: Connection,
         group: GroupMember,
         mine: MemberRows,
+        states: Sequence[str],
         parameters: dict[str, Any],
         limit: int,
         busy: set[str],
@@ -823,9 +839,10 @@ class Deliveries:
         """Search rows of a member behind those of the other members."""
         now = parameters["now"]
         found = {}
-        for state in (DeliveryState.WAITING.value, DeliveryState.RETRY.value):
+        for state in states:
             ids = self._search.find_ids(connection, group, mine, state, limit, now, busy)
-            rows = connection.execute(_FOUND, {"ids": ids}).mappings().all() if ids else []
+            given = {**parameters, "in_state": state, "ids": ids}
+            rows = connection.execute(_FOUND, given).mappings().all() if ids else []
             leasable = select_leasable(connection, parameters["of"], rows, now)
             found[state] = _defer_closed(connection, leasable, state, parameters)
         return found
@@ -851,9 +868,11 @@ class Deliveries:
         for low, high in WAITING_RANGES:
             if low > last:
                 bounds = {**parameters, "low": low, "high": min(high, parameters["now"])}
+                # Rows of other members of a group may stand before those of this one.
+                at_most = BEHIND_ROWS if mine is None else WINDOW
                 behind += self._select_rows(
-                    connection, _BEHIND, DeliveryState.WAITING.value, BEHIND_ROWS, bounds, busy, mine
-                )
+                    connection, _BEHIND, DeliveryState.WAITING.value, at_most, bounds, busy, mine
+                )[:BEHIND_ROWS]
         return [row for row in behind if row["id"] not in known]
 
     def _select_without_suspects(
@@ -869,8 +888,8 @@ class Deliveries:
             connection, _DUE_WITHOUT_SUSPECTS, DeliveryState.WAITING.value, window, parameters, busy, mine
         )
 
-    @staticmethod
     def _select_rows(  # noqa: PLR0917 - as lease_due
+        self,
         connection: Connection,
         query: Select[Any],
         state: str,
@@ -879,12 +898,26 @@ class Deliveries:
         busy: set[str],
         mine: MemberRows | None,
     ) -> list[dict[str, Any]]:
-        rows = connection.execute(query, {**parameters, "in_state": state, "at_most": at_most}).mappings()
+        return self._read_rows(connection, query, state, at_most, parameters, busy, mine)[0]
+
+    @staticmethod
+    def _read_rows(  # noqa: PLR0917 - as lease_due
+        connection: Connection,
+        query: Select[Any],
+        state: str,
+        at_most: int,
+        parameters: dict[str, Any],
+        busy: set[str],
+        mine: MemberRows | None,
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """Return the rows that may be leased, and whether there were as many rows as were read at most."""
+        given = {**parameters, "in_state": state, "at_most": at_most}
+        rows = connection.execute(query, given).mappings().all()
         free = [row for row in rows if row["series_uid"] not in busy]
         if mine is not None:
             free = mine.keep(free)
         leasable = select_leasable(connection, parameters["of"], free, parameters["now"])
-        return _defer_closed(connection, leasable, state, parameters)
+        return _defer_closed(connection, leasable, state, parameters), len(rows) >= at_most
 
 
 def _find_long_waits(
@@ -897,7 +930,8 @@ def _find_long_waits(
     """
     for query, state, latest in (
         (_HOURS_AHEAD, DeliveryState.RETRY, unix_ms + retry_ms),
-        (_LAST_AHEAD, DeliveryState.WAITING, unix_ms),
+        # An object of a SOP instance UID waits a moment for one that came before it.
+        (_LAST_AHEAD, DeliveryState.WAITING, unix_ms + DEFER_MILLISECONDS),
     ):
         given = {"of": destination, "in_state": state.value}
         for hours, next_at in connection.execute(query, {**given, "latest": latest}).all():

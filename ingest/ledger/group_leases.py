@@ -29,6 +29,9 @@ from ingest.ledger.schema import circuits, deliveries, group_studies, instances,
 SEARCH_ROWS: Final = 8192
 """Rows that a search reads at a time."""
 
+SEARCH_PAUSE_MS: Final = 2_000
+"""A search that has found nothing is not repeated in this time: it reads many rows."""
+
 SEARCHES: Final = 3
 """How often a lease continues a search that has found nothing."""
 
@@ -120,8 +123,17 @@ class GroupMember:
 class MemberRows:
     """Tells the rows of one member from those of the others, within one transaction that leases."""
 
-    def __init__(self, connection: Connection, group: GroupMember, unix_ms: int) -> None:
-        """Read the circuits of group and members."""
+    def __init__(
+        self, connection: Connection, group: GroupMember, unix_ms: int, *, without: str = ""
+    ) -> None:
+        """Read the circuits of group and members.
+
+        Args:
+            connection: The transaction.
+            group: The group, and the member whose rows are wanted.
+            unix_ms: Current time.
+            without: A member that counts as not available.
+        """
         self._connection = connection
         self._terms = group.terms
         self._member = group.name
@@ -134,7 +146,7 @@ class MemberRows:
                 paused.add(name)
             if paused_at or state != CircuitState.CLOSED.value:
                 left_alone.add(name)
-        self._available = frozenset(group.terms.members) - left_alone - group.terms.closed
+        self._available = frozenset(group.terms.members) - left_alone - group.terms.closed - {without}
         self.is_paused = group.terms.name in paused
 
     def keep(self, rows: Iterable[R]) -> list[R]:
@@ -200,6 +212,7 @@ class RowSearch:
     def __init__(self, rows: int = SEARCH_ROWS) -> None:
         self._rows = rows
         self._ended: dict[tuple[str, str, str], Position] = {}
+        self._not_before: dict[tuple[str, str, str], int] = {}
 
     def find_ids(  # noqa: PLR0917 - each is a value of its own
         self,
@@ -217,6 +230,8 @@ class RowSearch:
         of that series keep their order.
         """
         key = (group.terms.name, group.name, state)
+        if mine.is_paused or unix_ms < self._not_before.get(key, 0) <= unix_ms + SEARCH_PAUSE_MS:
+            return []
         values = {"of": group.terms.name, "in_state": state, "now": unix_ms, "at_most": self._rows}
         for _ in range(SEARCHES):
             begun_at = self._ended.pop(key, START)
@@ -231,8 +246,11 @@ class RowSearch:
                 self._ended[key] = _position_of(own[limit - 1])
             elif len(rows) == self._rows:
                 self._ended[key] = _position_of(rows[-1])
-            if own or (len(rows) < self._rows and begun_at == START):
+            if own:
                 return [int(row["id"]) for row in own[:limit]]
+            if len(rows) < self._rows and begun_at == START:
+                break
+        self._not_before[key] = unix_ms + SEARCH_PAUSE_MS
         return []
 
 

@@ -46,7 +46,7 @@ class NodeRouter(Router):
         super().__init__(config.routes)
         self._destinations = {destination.name: destination for destination in config.destinations}
         self._members = {group.name: group.members for group in config.groups}
-        self._own_title = config.node.ae_title
+        self._own_titles = {config.node.ae_title, *config.receive.other_ae_titles}
         self._peers = config.peers
         self._ignores_case = config.receive.ignore_ae_title_case
         self._resolve = resolve or _resolve_host
@@ -77,7 +77,7 @@ class NodeRouter(Router):
         destination = self._destinations.get(name)
         if destination is None:
             return False
-        own_titles = {self._own_title, destination.calling_ae_title}
+        own_titles = {*self._own_titles, destination.calling_ae_title}
         if not is_title_of(instance.calling_ae, destination.ae_title, own_titles):
             return False
         return is_certified_as(instance.certificate, destination.host) or is_sent_from(

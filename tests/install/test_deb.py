@@ -504,6 +504,7 @@ COMMANDS_OF_ROOT = {
     "console user add": "root --role admin", "console user passwd": "root", "console user list": "",
     "console user role": "root admin", "console user remove": "root",
     "console token add": "root --role metrics", "console token list": "", "console token remove": "root",
+    "webhooks list": "", "webhooks events": "", "webhooks test": "", "webhooks replay": "ris",
     "console": "", "alerts test": "", "alerts list": "", "audit status": "", "audit send-test": "",
     "config show": "", "routes test": "/srv/image.dcm", "reload": "",
 }  # fmt: skip
@@ -538,10 +539,10 @@ def test_commands_of_root_leave_no_file_that_the_node_cannot_use(machine: Machin
     machine.run("systemctl", "stop", NODE)
     configuration = machine.path(CONFIG)
     text = configuration.read_text()
-    away = '[[alerts]]\nname = "ward"\ntype = "webhook"\nurl = "https://localhost:9/"\n'
-    away += (
-        'secret_file = "/srv/secret"\n[audit]\nhost = "localhost"\nport = 9\n[retention]\nkeep_days = 30\n'
-    )
+    receiver = 'url = "https://localhost:9/"\nsecret_file = "/srv/secret"\n'
+    away = f'[[alerts]]\nname = "ward"\ntype = "webhook"\n{receiver}'
+    away += f'[[webhooks]]\nname = "ris"\nevents = ["delivery.dead"]\n{receiver}'
+    away += '[audit]\nhost = "localhost"\nport = 9\n[retention]\nkeep_days = 30\n'
     configuration.write_text(f"{text}\n{away}")
     machine.write("/srv/secret", "secret\n")
     machine.write("/srv/password", "long enough for a test\n")

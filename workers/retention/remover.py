@@ -104,11 +104,7 @@ class Remover:
             pass_share: Share of the stored bytes that one run may remove for their age; 0 is no limit.
         """
         self._limits = config.retention
-        self._awaited = [
-            destination.name
-            for destination in config.destinations
-            if destination.commitment and config.retention.only_committed
-        ]
+        self._awaited = _list_committing(config) if config.retention.only_committed else []
         self._quarantine_dir = config.quarantine_dir
         self._ledger = ledger
         self._stopping = stopping
@@ -418,3 +414,12 @@ def main(config: Config, stop: threading.Event) -> int:
         signal.signal(number, lambda *_: stop.set())
     run(config, stop)
     return 0
+
+
+def _list_committing(config: Config) -> list[str]:
+    """Return the names in `deliveries.destination` whose instances a destination is asked to commit.
+
+    A row of a group has the name of the group. A row of a member without `commitment` waits for nothing.
+    """
+    members = {destination.name for destination in config.destinations if destination.commitment}
+    return sorted(members | {group.name for group in config.groups if members & set(group.members)})

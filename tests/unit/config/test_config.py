@@ -326,6 +326,12 @@ BAD = [
         "routes[0].hours",
         "is never sent to in these hours",
     ),
+    (
+        DESTINATION + "hours = '08:00-12:00'\n[[groups]]\nname = 'archive'\nmembers = ['pacs']\n"
+        "[[routes]]\nto = ['archive']\nhours = '13:00-14:00'",
+        "routes[0].hours",
+        "is never sent to in these hours",
+    ),
     ("[audit]\nhost = 'h'\ntls = false", "audit.tls", "name patients"),
     ("[traces]\nendpoint = 'http://collector:4318'", "traces.endpoint", "plain http"),
     ("[traces]\nendpoint = 'collector:4318'", "traces.endpoint", "no URL"),

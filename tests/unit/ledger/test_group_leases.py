@@ -17,7 +17,7 @@ from ingest.ledger import (
     Ledger,
 )
 from ingest.ledger.group_choice import GroupPolicy, GroupTerms
-from ingest.ledger.group_leases import GroupMember, RowSearch
+from ingest.ledger.group_leases import SEARCH_PAUSE_MS, GroupMember, RowSearch
 from tests.support.ledgers import row
 
 FAIL_OVER, ROUND_ROBIN, STICKY = GroupPolicy
@@ -260,3 +260,37 @@ def test_member_that_commits_is_asked_for_what_it_got_of_a_group(ledger: Ledger)
     assert [each.sop_instance_uid for each in begun[1].references] == ["1.2.0"]
     assert requests.begin_request("a", "1.10", 10, 9000, 2001, ["archive"]) is None
     assert requests.find_wanting(["b"], 2001, {"b": ["archive"]}) == ["b"]
+
+
+def test_rows_of_a_dead_member_hide_no_retries_and_no_ended_leases_of_another(ledger: Ledger) -> None:
+    terms, later = make_terms(), 10_000
+    record(ledger, 1, 71)
+    finish(ledger, lease(ledger, terms, "a", 1), "a", DeliveryState.DELIVERED)
+    assert len(lease(ledger, terms, "a", 70, owner="lost")) == 70  # its host never comes back
+    set_circuit(ledger, "a", CircuitState.OPEN)
+    record(ledger, 1, 2, first=2000)
+    assert len(lease(ledger, terms, "b", 1, owner="killed")) == 1
+    leased = lease(ledger, terms, "b", 8, owner="b", now=later)
+    assert [each.sop_instance_uid for each in leased] == ["1.2.2000", "1.2.2001"]
+
+
+def test_study_expires_for_the_last_member_that_could_get_it(ledger: Ledger) -> None:
+    terms, now = make_terms(), unix_ms() + 1000
+    record(ledger, 1, 2)
+    group = {name: GroupMember(terms, name) for name in "ab"}
+    # The first member cannot be reached, and its circuit is not open yet.
+    assert ledger.deliveries.expire_overdue("archive", now, "old", now, group["a"]) == 0
+    assert len(lease(ledger, terms, "a", now=now)) == 2
+
+
+def test_search_that_found_nothing_pauses(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = RowSearch(40)
+    monkeypatch.setattr(ledger.deliveries, "_search", search)
+    terms = make_terms()
+    record(ledger, 1, 100)
+    finish(ledger, lease(ledger, terms, "a", 1), "a", DeliveryState.DELIVERED)
+    set_circuit(ledger, "a", CircuitState.OPEN)
+    assert [lease(ledger, terms, "b", 8, now=now) for now in (1000, 1000, 1000)] == [[], [], []]
+    record(ledger, 1, 1, first=2000)
+    assert lease(ledger, terms, "b", 8, now=1000 + SEARCH_PAUSE_MS - 1) == []
+    assert len(lease(ledger, terms, "b", 8, now=1000 + 2 * SEARCH_PAUSE_MS)) == 1

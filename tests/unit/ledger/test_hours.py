@@ -3,10 +3,13 @@
 from datetime import UTC, datetime
 
 import pytest
+from sqlalchemy import update
 
 from ingest.config.hours import format_hours
 from ingest.dicom.priority import Priority
 from ingest.ledger import Delivery, DeliveryResult, DeliveryState, DeliveryTerms, Ledger
+from ingest.ledger.schema import deliveries
+from ingest.ledger.variants import DEFER_MILLISECONDS
 from tests.support.ledgers import row
 
 HOUR_MS = 3_600_000
@@ -102,6 +105,13 @@ def test_wait_for_hours_is_shortened_only_if_the_clock_was_set_back(ledger: Ledg
     assert shorten() == 0
     assert all(time <= NIGHT + 1 for _, time in read_times(ledger))
     assert len(lease(ledger, NIGHT + 1)) == 7
+
+
+def test_object_that_waits_for_an_earlier_one_of_its_uid_is_left_alone(ledger: Ledger) -> None:
+    record(ledger, range(1), NOON, hours="")
+    with ledger.database.begin_write() as connection:
+        connection.execute(update(deliveries).values(next_at=NOON + DEFER_MILLISECONDS))
+    assert ledger.deliveries.shorten_waits("pacs", NOON, 10_000, 60_000) == 0
 
 
 @pytest.mark.parametrize("state", ["held", "awaiting"])

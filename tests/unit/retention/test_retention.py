@@ -45,6 +45,22 @@ def test_old_studies_go_whole_with_variants_and_empty_folders(either_ledger: Sit
     assert remove(site, days=3, keep_days=7) == RetentionReport()
 
 
+@pytest.mark.parametrize("commitment", ["wanted", "asked", "committed"])
+def test_what_a_member_of_a_group_has_to_commit_stays(either_ledger: Sites, commitment: str) -> None:
+    member = {"name": "a", "ae_title": "A", "host": "127.0.0.1", "tls": False, "commitment": True}
+    site = either_ledger(
+        destinations=[member],
+        groups=[{"name": "archive", "members": ["a"]}],
+        routes=[{"to": ["archive"]}],
+    )
+    fill(site, made(1))
+    deliver(site, DeliveryState.DELIVERED)
+    with site.ledger() as ledger, ledger.database.begin_write() as connection:
+        connection.execute(update(deliveries).values(commitment=commitment))
+    remove(site, days=10, keep_days=7, only_committed=True)
+    assert left(site) == ([] if commitment == "committed" else ["2.1"])
+
+
 @pytest.mark.parametrize("owed", [False, True])
 def test_copies_of_one_uid_go_with_their_study_unless_one_is_owed(either_ledger: Sites, owed: bool) -> None:
     site = either_ledger(store={"duplicates": "keep-both"})

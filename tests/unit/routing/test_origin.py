@@ -66,11 +66,14 @@ def test_nothing_is_kept_from_who_may_not_have_it(one: InstanceHeader, expected:
     assert destinations(one) == expected
 
 
-@pytest.mark.parametrize("ours", ["node", "destination"])
+@pytest.mark.parametrize("ours", ["node", "other", "destination"])
 def test_title_that_is_also_ours_tells_nobody_apart(ours: str) -> None:
     made = config()
     if ours == "node":
         made = made.model_copy(update={"node": made.node.model_copy(update={"ae_title": "PACS"})})
+    elif ours == "other":
+        receive = made.receive.model_copy(update={"other_ae_titles": ("PACS",)})
+        made = made.model_copy(update={"receive": receive})
     else:
         pacs = made.destinations[0].model_copy(update={"calling_ae_title": "PACS"})
         made = made.model_copy(update={"destinations": (pacs, *made.destinations[1:])})
