@@ -45,6 +45,7 @@ EFFECTS: Final[Mapping[str, str]] = {
     "not_persisted": "These instances wait in the spool, and are not forwarded yet.",
     "destination_down": "Instances for this destination wait and are sent when it is back.",
     "deliveries_dead": "These instances did not reach the destination, and the node does not try again.",
+    "studies_overdue": "Deliveries that wait for complete studies are late.",
     "deliveries_waiting": "Instances for this destination are late.",
     "quarantine_not_empty": "These instances are neither in the store nor forwarded.",
     "set_aside": "These instances were acknowledged, and are neither in the store nor forwarded.",

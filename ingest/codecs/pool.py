@@ -130,15 +130,16 @@ class _Encoder:
         # INVARIANT 7: every wait has a deadline
         while not line.endswith(b"\n"):
             left = self._deadline - time.monotonic()
-            if left <= 0:
-                self.stop()
-                raise RewriteError("its codec did not answer in time")
-            if select.select([fd], [], [], min(left, TICK_SECONDS))[0]:
+            # The answer may have waited for us: a slow remote takes the frames before it.
+            if select.select([fd], [], [], max(0.0, min(left, TICK_SECONDS)))[0]:
                 piece = os.read(fd, _ANSWER_BYTES_MAX)
                 line += piece
                 if not piece:
                     self.stop()
                     raise RewriteError("its codec has crashed")
+            elif left <= 0:
+                self.stop()
+                raise RewriteError("its codec did not answer in time")
             else:
                 on_tick()
         self._token = None

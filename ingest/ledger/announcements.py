@@ -69,6 +69,7 @@ _ENDED: Final = (
     .join(instances, instances.c.id == deliveries.c.instance_id)
     .where(
         deliveries.c.id.in_(_IDS),
+        deliveries.c.destination == bindparam("of"),
         deliveries.c.state.in_(bindparam("states", expanding=True)),
         deliveries.c.updated_at == bindparam("now"),
     )
@@ -142,14 +143,16 @@ class Announcer:
         Args:
             connection: The transaction.
             ids: Deliveries that it has changed.
-            destination: Their destination.
+            destination: Their destination. Those of others are left out.
             unix_ms: Their new `updated_at`.
         """
         states = [state for state, kind in _OF_DELIVERIES.items() if self._is_wanted(kind, destination)]
         if not states or not ids:
             return
         events = []
-        found = connection.execute(_ENDED, {"ids": list(ids), "states": states, "now": unix_ms})
+        found = connection.execute(
+            _ENDED, {"ids": list(ids), "of": destination, "states": states, "now": unix_ms}
+        )
         for row in found.mappings():
             data = {
                 "destination": destination,

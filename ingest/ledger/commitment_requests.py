@@ -19,6 +19,7 @@ from typing import Any, Final
 from sqlalchemy import and_, bindparam, delete, func, or_, select, update
 
 from ingest.dicom.commitment import CommitmentRequest, ReferenceOutcome, SOPReference
+from ingest.ledger.announcements import Announcer
 from ingest.ledger.commitments import ERROR_MAX
 from ingest.ledger.database import Database
 from ingest.ledger.records import DeliveryState
@@ -181,8 +182,9 @@ class CommitmentRequests:
     unavailable.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, announcer: Announcer | None = None) -> None:
         self._database = database
+        self._announcer = announcer
 
     def find_wanting(
         self,
@@ -329,6 +331,10 @@ class CommitmentRequests:
             for row, step in bad:
                 values = {"to": step.state.value, "at": step.next_at, "error": step.error, "now": unix_ms}
                 connection.execute(_FAIL, {"row": row, **values})
+            if self._announcer is not None:
+                dead = [row for row, step in bad if step.state is DeliveryState.DEAD]
+                for name in (destination, *groups):
+                    self._announcer.announce_deliveries(connection, dead, name, unix_ms)
             is_partial = connection.execute(_FIRST_ASKED, parameters).first() is not None
             connection.execute(_WANT_AGAIN, parameters)
             if request["state"] != RequestState.ANSWERED.value:

@@ -93,7 +93,7 @@ class Ledger:
         self.backfill = Backfill(self.database)
         self.circuits = Circuits(self.database)
         self.commitments = Commitments(self.database)
-        self.commitment_requests = CommitmentRequests(self.database)
+        self.commitment_requests = CommitmentRequests(self.database, announcer=announcer)
         self.throughput = Throughput(self.database)
         self.instance_lists = InstanceLists(self.database)
         self.study_lists = StudyLists(self.database)

@@ -24,6 +24,9 @@ from ingest.ledger.schema import (
     spool_marks,
 )
 
+AHEAD_MS: Final = 60_000
+"""How far the clock of a host may be ahead."""
+
 CHUNK: Final = 500
 """Maximum number of values in one IN list."""
 
@@ -211,6 +214,16 @@ class Receptions:
         }
         with self._database.begin_read() as connection:
             return [Reception(**row) for row in connection.execute(_DUE, parameters).mappings()]
+
+    def bound_times(self, unix_ms: int) -> int:
+        """Set times of the future back: the clock of a host was ahead. Return how many rows were.
+
+        Without it a study would wait until that time comes, however few seconds it has to be stable.
+        """
+        values = {"due_at": receptions.c.due_at - (receptions.c.last_at - unix_ms), "last_at": unix_ms}
+        late = receptions.c.last_at > unix_ms + AHEAD_MS
+        with self._database.begin_write() as connection:
+            return connection.execute(update(receptions).where(IS_RECEIVING, late).values(**values)).rowcount
 
     def complete(self, found: Reception, unix_ms: int) -> bool:
         """Complete a study or series: write its event, and make the deliveries due that await it.

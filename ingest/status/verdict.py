@@ -39,11 +39,15 @@ QUEUE_STALLED: Final = "queue_stalled"
 DESTINATION_DOWN: Final = "destination_down"
 DESTINATION_PAUSED: Final = "destination_paused"
 DELIVERIES_DEAD: Final = "deliveries_dead"
+STUDIES_OVERDUE: Final = "studies_overdue"
 CERTIFICATE_EXPIRING: Final = "certificate_expiring"
 RELOAD_REFUSED: Final = "reload_refused"
 
 MIN_CERTIFICATE_DAYS: Final = 7
 """A certificate that ends within fewer days is a problem."""
+
+MAX_OVERDUE_SECONDS: Final = 1800
+"""A study that is held up for longer after its time to be complete is a problem."""
 
 MAX_QUEUE_SECONDS: Final = 60
 """A reference that waits longer in the queue is a problem."""
@@ -83,6 +87,7 @@ def _find_problems(now: Mapping[str, Any]) -> Iterator[Alarm]:
     yield from _check_receiving(now)
     yield from _check_services(now)
     yield from _check_destinations(now)
+    yield from _check_completion(now)
     yield from _check_certificates(now)
     if now["reload_refused"]:
         cause = f"the last reload was refused: {now['reload_refused'][0]}"
@@ -170,6 +175,18 @@ def _check_destinations(now: Mapping[str, Any]) -> Iterator[Alarm]:
                 "`ingest drop`"
             )
             yield Alarm(f"{DELIVERIES_DEAD}.{name}", cause, remedy)
+
+
+def _check_completion(now: Mapping[str, Any]) -> Iterator[Alarm]:
+    overdue_seconds = now["ledger"].get("receiving", {}).get("overdue_seconds", 0)
+    if overdue_seconds >= MAX_OVERDUE_SECONDS:
+        cause = f"studies are not complete since {overdue_seconds / 60:.0f} minutes after their time"
+        remedy = (
+            "see that the monitor runs, and in its log and that of persist workers which entry of the spool "
+        )
+        remedy += "is held up; `ingest retry --state awaiting` sends deliveries that wait for completion"
+        since_ms = round((now["time"] - overdue_seconds) * 1000)
+        yield Alarm(STUDIES_OVERDUE, cause, remedy, since_ms=since_ms)
 
 
 def _check_certificates(now: Mapping[str, Any]) -> Iterator[Alarm]:

@@ -292,7 +292,9 @@ class AlertTask:
         hours += [webhook.give_up_hours for webhook in self._config.webhooks]
         give_up_hours = max(hours)
         with contextlib.suppress(LedgerError):
-            self._ledger.outbox.expire(at_ms - round(give_up_hours * 3_600_000), at_ms)
+            count = self._ledger.outbox.expire(at_ms - round(give_up_hours * 3_600_000), at_ms)
+            if count:
+                log.error("events_given_up", count=count, hours=give_up_hours)
             self._ledger.outbox.remove_ended(at_ms - _KEEP_EVENTS_MS)
             self._ledger.alert_groups.remove_unused(at_ms - _KEEP_GROUPS_MS)
             self._clean_at = time.monotonic() + _CLEAN_SECONDS

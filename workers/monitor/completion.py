@@ -30,6 +30,7 @@ SILENT_MS: Final = 300_000
 KEEP_MS: Final = 90 * 24 * 3_600_000
 """How long complete studies are remembered."""
 
+BOUND_SECONDS: Final = 60.0
 CLEAN_UP_SECONDS: Final = 3600.0
 
 log = structlog.get_logger()
@@ -45,7 +46,7 @@ class CompletionJudge:
         self._idle_ms = config.node.complete_idle_seconds * 1000
         self._own_ids = find_id_range(config.data_dir)
         self._is_migrated = False
-        self._clean_up_at = 0.0
+        self._bound_at = self._clean_up_at = 0.0
 
     def run(self) -> None:
         """Judge what is due.
@@ -60,6 +61,9 @@ class CompletionJudge:
                 return
             self._is_migrated = True
         self._update_carriers()
+        if time.monotonic() >= self._bound_at:
+            self._bound_at = time.monotonic() + BOUND_SECONDS
+            self._receptions.bound_times(self._ledger.unix_ms())
         self._judge_due()
         if time.monotonic() >= self._clean_up_at:
             self._clean_up_at = time.monotonic() + CLEAN_UP_SECONDS
@@ -70,9 +74,12 @@ class CompletionJudge:
         carriers = self._receptions.find_carriers(*self._own_ids)
         if not carriers:
             return
-        board = Scoreboard.open_reader(self._config.run_dir / "scoreboard")
+        path = self._config.run_dir / "scoreboard"
+        board = Scoreboard.open_reader(path)
         # Without listeners no association is open.
         still_open = board.list_open_associations() if board is not None else {}
+        if not still_open and path.exists() and (board is None or not board.exists):
+            return  # it cannot be read now
         ended = [number for number in carriers if number not in still_open]
         now, seen = self._ledger.unix_ms(), {}
         for number, seen_at in carriers.items():

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from ingest.dicom.commitment import ReferenceOutcome, SOPReference
 from ingest.errors import LedgerError
 from ingest.ledger import DeliveryState, InstanceState, Ledger
 from ingest.ledger.announcements import Announcer, EventKind, Subscription
+from ingest.ledger.commitment_requests import Uncommitted
 from ingest.ledger.outbox import EventState
 from ingest.ledger.records import CompletionTerms, DeliveryResult
+from tests.support.instances import CT
 from tests.support.ledgers import row
 
 ALL = frozenset(EventKind) - {EventKind.TEST}
@@ -122,6 +125,20 @@ def test_released_instance_makes_an_event(announced: Ledger) -> None:
     [quarantined] = announced.instances.find_by_sop_instance_uid("1.2.1")
     assert announced.quarantine.release(quarantined.id, row(1, store_key="1/1/released.dcm"))
     assert kinds(announced)[1:] == [("instance.stored", "1.2.1")]
+
+
+def test_delivery_that_is_never_committed_makes_an_event(announced: Ledger) -> None:
+    announced.instances.record([row(1, destinations=("pacs", "archive1"))])
+    end(announced, "archive1", DeliveryState.DELIVERED)
+    end(announced, "pacs", DeliveryState.DELIVERED, wants_commitment=True)
+    announced.commitment_requests.begin_request("pacs", "1.9", 10, NOW + LEASE, NOW + 10)
+    outcome = ReferenceOutcome(SOPReference(CT, "1.2.1"), 0x0112)
+    before = len(told(announced))
+    announced.commitment_requests.record_report(
+        "pacs", "1.9", [outcome], lambda *_: Uncommitted(DeliveryState.DEAD, 0, "0112H"), NOW + 20
+    )
+    assert kinds(announced)[before:] == [("delivery.dead", "1.2.1")]
+    assert told(announced)[before]["data"]["destination"] == "pacs"
 
 
 def test_complete_study_makes_one_event_for_each_generation(announced: Ledger) -> None:

@@ -55,6 +55,17 @@ def test_study_is_due_after_its_last_instance_and_completed_once(ledger: Ledger)
     assert study.completion == "complete"
 
 
+def test_study_of_a_host_whose_clock_was_ahead_is_complete_all_the_same(ledger: Ledger) -> None:
+    record(ledger, 1, 10_000_000)
+    record(ledger, 2, 100, study="2")
+    assert ledger.receptions.bound_times(1000) == 1
+    assert ledger.receptions.bound_times(1000) == 0
+    ahead, other = sorted(find_all(ledger), key=lambda one: one.study_uid)
+    assert (ahead.last_at, ahead.due_at) == (1000, 1060)
+    assert (other.last_at, other.due_at) == (100, 160)
+    assert ledger.receptions.complete(ahead, 1060)
+
+
 def test_late_instance_reopens_the_study_and_waits_for_its_next_completion(ledger: Ledger) -> None:
     terms = {"destinations": ("pacs", "now"), "terms": {"pacs": AWAITS_STUDY}}
     for number in (1, 2):

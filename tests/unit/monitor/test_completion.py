@@ -104,6 +104,11 @@ def test_monitor_waits_for_own_associations_its_spool_and_other_hosts(tmp_path: 
 
     assert count() == 0, "its association is open"
     assert ledger.receptions.find_carriers(association, association)[association] > stored_at + 10_000
+    (tmp_path / "run" / "scoreboard").rename(tmp_path / "whole")
+    (tmp_path / "run" / "scoreboard").write_bytes(b"short")
+    assert count() == 0, "it cannot be read"
+    assert association in ledger.receptions.find_carriers(association, association)
+    (tmp_path / "whole").rename(tmp_path / "run" / "scoreboard")
     board.release_association(entry)
     waiting = ready / f"{(stored_at + 5000) * 1_000_000:016x}-1.dcm"
     waiting.touch()

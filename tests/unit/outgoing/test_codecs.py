@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,6 +209,18 @@ def test_a_codec_that_dies_or_hangs_costs_one_data_set(fault: str, monkeypatch: 
     finally:
         pool.close()
     assert list_encoders(others) == []
+
+
+def test_a_codec_that_has_answered_may_wait_for_a_slow_remote(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.codecs.pool.ANSWER_SECONDS", 1.0)
+    pool = CodecPool(1)
+    try:
+        made = pool.transcode(FrameJob(LAYOUT, EXPLICIT, JPEG_LS), [noise(LAYOUT)] * 2, lambda: None)
+        first = next(made)
+        time.sleep(2.5)  # the remote takes nothing meanwhile
+        assert list(made) == [first]
+    finally:
+        pool.close()
 
 
 def test_a_data_set_that_is_left_in_its_midst_does_not_disturb_the_next(codecs: CodecPool) -> None:

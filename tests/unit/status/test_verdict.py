@@ -132,6 +132,12 @@ def test_a_sound_node_is_well() -> None:
             NodeHealth.DEGRADED,
             "3 deliveries are dead",
         ),
+        (lambda now: now["ledger"].update(receiving={"overdue_seconds": 1799}), NodeHealth.WELL, ""),
+        (
+            lambda now: now["ledger"].update(receiving={"overdue_seconds": 1800}),
+            NodeHealth.DEGRADED,
+            "not complete since 30 minutes",
+        ),
         (lambda now: now["reload_refused"].append("tls.node: no"), NodeHealth.DEGRADED, "tls.node: no"),
         (lambda now: now["certificates"][0].update(days_left=6.0), NodeHealth.DEGRADED, "ends in 6 days"),
         (lambda now: now["certificates"][0].update(days_left=-1.0), NodeHealth.FAILING, "has ended"),
