@@ -126,16 +126,23 @@ def test_member_dies_in_the_middle_of_a_study(
         sender.join(60)
         if moves:
             eventually(lambda: node.deliveries() == {"delivered": everything}, 60, "all are delivered")
-            members = read_members(node)
-            assert members == {"1.2.0": {"a", "b"}, "1.2.1": {"b"}, "1.2.2": {"b"}}
+            # The sender has two associations, so a second study may have begun as well.
+            members = sorted(map(sorted, read_members(node).values()))
+            assert ["a", "b"] in members
+            assert ["b"] in members
             are_where_the_ledger_says(node, a, b)
             return
-        others = {("1.2.1", "b"): EACH, ("1.2.2", "b"): EACH}
-        eventually(
-            lambda: others.items() <= count_delivered(node).items(), 40, "the other studies go elsewhere"
-        )
+
+        def are_elsewhere() -> bool:
+            done = count_delivered(node)
+            begun = {study for study, member in done if member == "a"}
+            others = {f"1.2.{number}" for number in range(STUDIES)} - begun
+            return bool(begun and others) and all(done.get((study, "b")) == EACH for study in others)
+
+        eventually(are_elsewhere, 40, "the other studies go elsewhere")
         assert node.query("SELECT count(*) FROM deliveries WHERE state = 'dead'") == [(0,)]
-        assert 0 < count_delivered(node)["1.2.0", "a"] < EACH
+        begun = [count for (_, member), count in count_delivered(node).items() if member == "a"]
+        assert 0 < sum(begun) < EACH * len(begun)
         again = stack.enter_context(Member(material, a.port))
         again.stored.extend(a.stored)
         eventually(lambda: node.deliveries() == {"delivered": everything}, 60, "all are delivered")
@@ -156,5 +163,6 @@ def test_studies_in_turn_reach_both_members_while_workers_are_killed(
         everything = {"delivered": STUDIES * EACH}
         eventually(lambda: node.deliveries() == everything, 60, "all are delivered")
         members = read_members(node)
-        assert members == {"1.2.0": {"a"}, "1.2.1": {"b"}, "1.2.2": {"a"}}
+        # Which study a worker sees first is a matter of chance.
+        assert sorted(map(sorted, members.values())) == [["a"], ["a"], ["b"]]
         are_where_the_ledger_says(node, a, b)

@@ -172,9 +172,15 @@ class Node:
 
     def kill_child(self, name: str) -> int:
         """SIGKILL to one child; returns its pid."""
-        child = eventually(lambda: self.children(name), what=f"a child {name}")[0]
-        os.kill(child.pid, signal.SIGKILL)
-        return int(child.pid)
+
+        def kill_one() -> int:
+            for child in self.children(name)[:1]:
+                with contextlib.suppress(ProcessLookupError):  # it has ended by itself since
+                    os.kill(child.pid, signal.SIGKILL)
+                    return int(child.pid)
+            return 0
+
+        return int(eventually(kill_one, what=f"a child {name}"))
 
     # --- what it holds
 
