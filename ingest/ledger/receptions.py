@@ -216,9 +216,9 @@ class Receptions:
             return [Reception(**row) for row in connection.execute(_DUE, parameters).mappings()]
 
     def bound_times(self, unix_ms: int) -> int:
-        """Set times of the future back: the clock of a host was ahead. Return how many rows were.
+        """Set times that lie in the future to now; return how many rows had such a time.
 
-        Without it a study would wait until that time comes, however few seconds it has to be stable.
+        The clock of a host was ahead. Its studies would wait until that time comes.
         """
         values = {"due_at": receptions.c.due_at - (receptions.c.last_at - unix_ms), "last_at": unix_ms}
         late = receptions.c.last_at > unix_ms + AHEAD_MS

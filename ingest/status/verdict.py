@@ -180,11 +180,10 @@ def _check_destinations(now: Mapping[str, Any]) -> Iterator[Alarm]:
 def _check_completion(now: Mapping[str, Any]) -> Iterator[Alarm]:
     overdue_seconds = now["ledger"].get("receiving", {}).get("overdue_seconds", 0)
     if overdue_seconds >= MAX_OVERDUE_SECONDS:
-        cause = f"studies are not complete since {overdue_seconds / 60:.0f} minutes after their time"
-        remedy = (
-            "see that the monitor runs, and in its log and that of persist workers which entry of the spool "
-        )
-        remedy += "is held up; `ingest retry --state awaiting` sends deliveries that wait for completion"
+        minutes = overdue_seconds / 60
+        cause = f"a study is held up: it should have been complete {minutes:.0f} minutes ago"
+        remedy = "check that the monitor and persist workers run, and read their log; "
+        remedy += "`ingest retry --state awaiting` sends at once what waits for complete studies"
         since_ms = round((now["time"] - overdue_seconds) * 1000)
         yield Alarm(STUDIES_OVERDUE, cause, remedy, since_ms=since_ms)
 

@@ -136,7 +136,7 @@ def test_a_sound_node_is_well() -> None:
         (
             lambda now: now["ledger"].update(receiving={"overdue_seconds": 1800}),
             NodeHealth.DEGRADED,
-            "not complete since 30 minutes",
+            "have been complete 30 minutes ago",
         ),
         (lambda now: now["reload_refused"].append("tls.node: no"), NodeHealth.DEGRADED, "tls.node: no"),
         (lambda now: now["certificates"][0].update(days_left=6.0), NodeHealth.DEGRADED, "ends in 6 days"),
